@@ -1,0 +1,50 @@
+"""Bytes in, bytes out: numbered updates to every peer of a run, exactly once, over ZeroMQ.
+
+`Node` is one peer's presence on the network: one I/O thread, one ROUTER, two DEALERs per neighbour.
+It knows nothing of models and imports nothing of torch.
+"""
+
+from gossamer.transport.broadcast import Update
+from gossamer.transport.errors import (
+    BindError,
+    ProtocolError,
+    RefusedError,
+    TransportError,
+    UnreachableError,
+)
+from gossamer.transport.message import Member, Status
+from gossamer.transport.node import (
+    Desynchronized,
+    Event,
+    Failed,
+    MemberChanged,
+    Node,
+    NodeConfig,
+    Refused,
+    StateArrived,
+    StateRequested,
+    Welcomed,
+    clock_hash,
+)
+
+__all__ = [
+    "BindError",
+    "Desynchronized",
+    "Event",
+    "Failed",
+    "Member",
+    "MemberChanged",
+    "Node",
+    "NodeConfig",
+    "ProtocolError",
+    "Refused",
+    "RefusedError",
+    "StateArrived",
+    "StateRequested",
+    "Status",
+    "TransportError",
+    "UnreachableError",
+    "Update",
+    "Welcomed",
+    "clock_hash",
+]

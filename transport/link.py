@@ -1,0 +1,249 @@
+"""One neighbour: the sending side of a link, and the receiving side of the neighbour's link to us.
+
+A Link owns two DEALER sockets that connect to the neighbour's ROUTER: one for data, one for
+control, so that a heartbeat never waits behind megabytes. Data is cut into chunks and sent only
+within the byte credit that the receiver granted; both counts are cumulative, so a repeated or
+lost message does no harm. A Session is what the ROUTER's side knows of a neighbour's Link.
+
+    Link:  connecting --Hello on both sockets--> waiting --Welcome--> established
+           any --Error(UNKNOWN_SESSION): the connection was new to the other side--> connecting
+
+A reset drops what was queued: the receiver's clock shows what it lacks, and it asks again.
+"""
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+
+from gossamer.transport.broadcast import Update
+from gossamer.transport.message import Buffer, Chunk, Kind
+
+CHUNK_BYTES = 256 * 1024
+CREDIT_WINDOW_BYTES = 4 * 1024 * 1024
+HELLO_INTERVAL_SECONDS = 0.5
+ZERO_COPY_BYTES = 64 * 1024
+STALL_SECONDS = 2.0
+
+
+class Traffic:
+    """Bytes that crossed this peer's sockets, ZMTP framing included."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.received = 0
+
+    @staticmethod
+    def frame_bytes(frame: Buffer) -> int:
+        """A ZMTP frame costs a flag byte and a length of 1 or 8 bytes (ZMTP 3.1, section 3)."""
+        return len(frame) + (2 if len(frame) < 256 else 9)
+
+    def count_sent(self, *frames: Buffer) -> None:
+        self.sent += sum(map(self.frame_bytes, frames))
+
+    def count_received(self, *frames: Buffer) -> None:
+        self.received += sum(map(self.frame_bytes, frames))
+
+
+@dataclass(slots=True)
+class Transfer:
+    """A payload on its way to one neighbour."""
+
+    kind: Kind
+    origin: int
+    seq: int
+    shares: int
+    step: int
+    codec: int
+    produced: float
+    payload: Buffer
+    offset: int = 0
+
+    @classmethod
+    def of_update(cls, update: Update) -> "Transfer":
+        return cls(
+            Kind.UPDATE,
+            update.origin,
+            update.seq,
+            update.shares,
+            update.step,
+            update.codec,
+            update.produced,
+            update.payload,
+        )
+
+    @classmethod
+    def of_state(cls, origin: int, token: int, payload: Buffer, now: float) -> "Transfer":
+        return cls(Kind.STATE, origin, token, 1, 0, 0, now, payload)
+
+
+class Link:
+    """The sending side of a link to one neighbour.
+
+    hello(session, channel): the Hello frame for one of the two sockets
+    """
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        endpoint: str,
+        hello: Callable[[int, int], bytes],
+        traffic: Traffic,
+    ) -> None:
+        self.endpoint = endpoint
+        self.established = False
+        self.wanted = True
+        self.round_trip_seconds: float | None = None
+        self.blocked = False
+        self._hello, self._traffic = hello, traffic
+        self._outbox: deque[Transfer] = deque()
+        self.control = self._dealer(context, high_water_mark=64)
+        self.data = self._dealer(context, high_water_mark=8)
+        self._progressed = 0.0
+        self.reset(0.0)
+
+    @staticmethod
+    def _dealer(
+        context: "zmq.Context[zmq.Socket[bytes]]", *, high_water_mark: int
+    ) -> "zmq.Socket[bytes]":
+        socket = context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.ipv6 = True
+        socket.immediate = True
+        socket.sndhwm = socket.rcvhwm = high_water_mark
+        socket.maxmsgsize = CHUNK_BYTES + 4096
+        socket.handshake_ivl = 5000
+        socket.reconnect_ivl = 100
+        socket.reconnect_ivl_max = 2000
+        return socket
+
+    def connect(self) -> None:
+        """Raises zmq.ZMQError when the endpoint is malformed."""
+        self.control.connect(self.endpoint)
+        self.data.connect(self.endpoint)
+
+    def reset(self, now: float) -> None:
+        """Begin again with a new session; what was queued is dropped."""
+        self.session = secrets.randbits(63)
+        self.established = False
+        self.granted = self.position = 0
+        self._outbox.clear()
+        self._greeted = [False, False]
+        self._greeted_at = now - HELLO_INTERVAL_SECONDS
+
+    def greet(self, now: float) -> None:
+        """Send Hello on both sockets until the Welcome comes."""
+        if self.established or now - self._greeted_at < HELLO_INTERVAL_SECONDS:
+            return
+        for channel, socket in enumerate((self.control, self.data)):
+            if not self._greeted[channel] or channel == 0:
+                self._greeted[channel] = self._send(socket, self._hello(self.session, channel))
+        self._greeted_at = now if all(self._greeted) else now - 0.9 * HELLO_INTERVAL_SECONDS
+
+    def welcomed(self, granted: int, now: float) -> None:
+        self.established = True
+        self.granted = max(self.granted, granted)
+        self._progressed = now
+
+    def send_control(self, frame: bytes) -> bool:
+        """Control messages describe state and are repeated: one that cannot leave is dropped."""
+        return self._send(self.control, frame)
+
+    def enqueue(self, transfer: Transfer) -> None:
+        key = (transfer.kind, transfer.origin, transfer.seq)
+        if all((t.kind, t.origin, t.seq) != key for t in self._outbox):
+            self._outbox.append(transfer)
+
+    def cancel(self, origin: int) -> None:
+        """Drop queued updates of an origin: the neighbour gets them from elsewhere."""
+        self._outbox = deque(
+            t for t in self._outbox if t.kind is not Kind.UPDATE or t.origin != origin
+        )
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._outbox)
+
+    def backlog(self, origin: int) -> int:
+        """How many updates of an origin wait to be sent."""
+        return sum(t.kind is Kind.UPDATE and t.origin == origin for t in self._outbox)
+
+    def stalled(self, now: float) -> bool:
+        """Has data to send, and none has left for a while."""
+        return self.pending and now - self._progressed > STALL_SECONDS
+
+    def pump(self, run: int, now: float, age_of: Callable[[Transfer, float], int]) -> None:
+        """Send chunks as far as credit and the socket allow."""
+        self.blocked = False
+        if not self._outbox or not self.established:
+            self._progressed = now if not self._outbox else self._progressed
+            return
+        while self._outbox:
+            transfer = self._outbox[0]
+            total = len(transfer.payload)
+            piece = memoryview(transfer.payload)[
+                transfer.offset : min(total, transfer.offset + CHUNK_BYTES)
+            ]
+            if self.position + len(piece) > self.granted:
+                return
+            head, body = Chunk(
+                transfer.kind,
+                transfer.origin,
+                transfer.seq,
+                transfer.shares,
+                transfer.step,
+                transfer.codec,
+                age_of(transfer, now),
+                total,
+                transfer.offset,
+                self.position + len(piece),
+                piece,
+            ).encode(run)
+            try:
+                self.data.send_multipart(
+                    [head, body], zmq.NOBLOCK, copy=len(piece) < ZERO_COPY_BYTES
+                )
+            except zmq.Again:
+                self.blocked = True
+                return
+            self._traffic.count_sent(head, body)
+            self.position += len(piece)
+            self._progressed = now
+            transfer.offset += len(piece)
+            if transfer.offset >= total:
+                self._outbox.popleft()
+
+    def close(self, *, linger_milliseconds: int = 0) -> None:
+        self.data.close(linger=0)
+        self.control.close(linger=linger_milliseconds)
+
+    def _send(self, socket: "zmq.Socket[bytes]", frame: bytes) -> bool:
+        try:
+            socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._traffic.count_sent(frame)
+        return True
+
+
+@dataclass(slots=True)
+class Session:
+    """The receiving side of a neighbour's link."""
+
+    origin: int
+    session: int
+    heard: float
+    control: bytes | None = None  # routing ids of the two connections
+    data: bytes | None = None
+    wanted: bool = True
+    position: int = 0
+    granted: int = CREDIT_WINDOW_BYTES
+    echo: int = 0  # the neighbour's clock in its last Clock message, and when that came
+    echo_at: float = 0.0
+
+    def credit_due(self) -> int | None:
+        """The new grant, when it is worth a message."""
+        granted = self.position + CREDIT_WINDOW_BYTES
+        return granted if granted - self.granted >= CREDIT_WINDOW_BYTES // 4 else None
