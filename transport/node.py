@@ -461,7 +461,12 @@ class Node:
             self._reply(
                 routing,
                 Welcome(
-                    self.origin, session.session, session.granted, rows, self._run_name, settings
+                    self.origin,
+                    session.session,
+                    session.granted,
+                    rows,
+                    self._run_name,
+                    self._settings,
                 ),
             )
 
