@@ -35,7 +35,7 @@ def run_swarm(
     train: Callable[[Engine, Peer], None],
     **arguments: Any,
 ) -> list[Peer]:
-    """Train n peers to the end; the first begins the run, the others join it, then all start at once.
+    """Train n peers to the end: the first begins the run, the others join, all start at once.
 
     Raises the first peer's error, if any.
     """

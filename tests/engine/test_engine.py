@@ -130,7 +130,7 @@ def test_engine_shard_divides_an_iterable_among_the_peers() -> None:
         taken[peer.index] += mine
 
     run_swarm(3, plain, look)
-    assert sorted(sum(taken.values(), [])) == list(range(20))
+    assert sorted(item for items in taken.values() for item in items) == list(range(20))
     assert taken[1] == list(range(1, 20, 3))
 
 
@@ -181,7 +181,7 @@ def test_engine_port_in_use_says_so() -> None:
     model, optimizer = plain(0)
     with Engine(model, optimizer) as first:
         second = Engine(*plain(1), bind=first.endpoint)
-        with pytest.raises(ConfigurationError, match="in use.*choose another"), second:
+        with pytest.raises(ConfigurationError, match=r"in use.*choose another"), second:
             pass
 
 
