@@ -166,7 +166,8 @@ class Exchange:
     def _request_state(self) -> None:
         self._tokens += 1
         self._awaited_state = self._tokens
-        self.node.request_state(self._tokens)
+        have = "" if self.shared else self._snapshot().identity
+        self.node.request_state(self._tokens, have)
 
     # -- going on
 
@@ -268,16 +269,14 @@ class Exchange:
             self._rebase()
             self.algorithm.consolidate()
         self.shared = True
-        snapshot = self.algorithm.snapshot(self._parameters.rest)
-        self.node.send_state(request.origin, request.token, snapshot.pack())
+        state = self._snapshot().pack(have=request.have)
+        self.node.send_state(request.origin, request.token, state)
 
     def _adopt(self, event: StateArrived) -> None:
         if event.token != self._awaited_state:
             return
         self._awaited_state = None
-        mine, rest = self.algorithm, self._parameters.rest
-        like = Snapshot(mine.base, mine.unit_exponent, {}, rest, "")
-        snapshot = Snapshot.unpack(event.payload, like=like)
+        snapshot = Snapshot.unpack(event.payload, like=self._snapshot())
         again = self.shared
         self.algorithm.adopt(snapshot, keep_residual=again)
         if self.algorithm.digest() != snapshot.digest:
@@ -286,6 +285,9 @@ class Exchange:
             copy_rest(self._parameters.rest, snapshot.rest)
         self.shared = True
         self.node.adopt(snapshot.clock)
+
+    def _snapshot(self) -> Snapshot:
+        return self.algorithm.snapshot(self._parameters.rest)
 
     def _welcomed(self, run: str, settings: Mapping[str, str]) -> None:
         theirs = settings.get("topology", "")

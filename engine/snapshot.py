@@ -7,13 +7,14 @@ are checked before memory is taken.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import zstandard
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from xxhash import xxh3_64
 
 from gossamer.engine.errors import TrainingError
 
@@ -40,9 +41,21 @@ class Snapshot:
     rest: Mapping[str, Tensor]
     digest: str
 
-    def pack(self) -> bytes:
-        tensors = {_BASE: self.base, _UNITS: self.unit_exponent}
-        tensors.update({_REST + name: tensor for name, tensor in self.rest.items()})
+    @property
+    def identity(self) -> str:
+        """Equal for two snapshots of which the tensors are equal."""
+        state = xxh3_64(self.digest.encode())
+        for name, tensor in sorted(self.rest.items()):
+            state.update(name.encode())
+            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return state.hexdigest()
+
+    def pack(self, *, have: str = "") -> bytes:
+        """The bytes to send to a peer that holds tensors with the identity `have`."""
+        tensors: dict[str, Tensor] = {}
+        if have != self.identity:
+            tensors = {_BASE: self.base, _UNITS: self.unit_exponent}
+            tensors.update({_REST + name: tensor for name, tensor in self.rest.items()})
         tensors = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
         raw = save(tensors, {"clock": json.dumps(self.clock), "digest": self.digest})
         compressor = zstandard.ZstdCompressor(level=1)
@@ -53,7 +66,7 @@ class Snapshot:
 
     @classmethod
     def unpack(cls, data: bytearray, *, like: "Snapshot") -> "Snapshot":
-        """Read a snapshot of the same model as `like`.
+        """Read a snapshot of the same model as `like`, which fills in what was not sent.
 
         Raises TrainingError when the bytes are not one.
         """
@@ -63,10 +76,13 @@ class Snapshot:
             header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
             metadata = header["__metadata__"]
             clock = {int(k): int(v) for k, v in json.loads(metadata["clock"]).items()}
+            digest = str(metadata["digest"])
         except (SafetensorError, zstandard.ZstdError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"the state that a peer sent is unreadable: {error}") from None
+        if not tensors:
+            return replace(like, clock=clock, digest=digest)
         rest = {k.removeprefix(_REST): t for k, t in tensors.items() if k.startswith(_REST)}
-        new = cls(tensors[_BASE], tensors[_UNITS], clock, rest, metadata["digest"])
+        new = cls(tensors[_BASE], tensors[_UNITS], clock, rest, digest)
         if new._layout() != like._layout():
             raise TrainingError("the state that a peer sent belongs to another model")
         return new

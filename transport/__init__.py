@@ -8,9 +8,7 @@ from gossamer.transport.broadcast import Update
 from gossamer.transport.errors import (
     BindError,
     ProtocolError,
-    RefusedError,
     TransportError,
-    UnreachableError,
 )
 from gossamer.transport.message import Member, Status
 from gossamer.transport.node import (
@@ -38,12 +36,10 @@ __all__ = [
     "NodeConfig",
     "ProtocolError",
     "Refused",
-    "RefusedError",
     "StateArrived",
     "StateRequested",
     "Status",
     "TransportError",
-    "UnreachableError",
     "Update",
     "Welcomed",
     "clock_hash",

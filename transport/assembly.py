@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from gossamer.transport.errors import ProtocolError
 from gossamer.transport.message import Chunk, Kind
 
-MAX_OPEN_PER_ORIGIN = 8
+# A link sends one payload after the other, so those left open beyond this were given up.
+MAX_OPEN_PER_SOURCE = 4
 
 
 @dataclass(slots=True)
@@ -19,6 +20,15 @@ class _Open:
     missing: int
     seen: set[int]
     sources: dict[int, float]
+
+    def agrees(self, chunk: Chunk) -> bool:
+        first = self.first
+        return (chunk.total, chunk.shares, chunk.codec, chunk.step) == (
+            first.total,
+            first.shares,
+            first.codec,
+            first.step,
+        )
 
 
 class Assembly:
@@ -37,28 +47,20 @@ class Assembly:
         if item is None:
             if len(chunk.payload) == chunk.total:
                 return bytearray(chunk.payload)
-            self._make_room(chunk.kind, chunk.origin)
+            self._make_room(via)
             item = _Open(chunk, bytearray(chunk.total), chunk.total, set(), {})
             self._open[key] = item
-        item.sources[via] = now
-        first = item.first
-        if (chunk.total, chunk.shares, chunk.codec, chunk.step) != (
-            first.total,
-            first.shares,
-            first.codec,
-            first.step,
-        ):
+        if not item.agrees(chunk):
             raise ProtocolError(f"chunks of {chunk.origin:x}/{chunk.seq} contradict each other")
+        item.sources[via] = now
         if chunk.offset in item.seen:
             return None
         item.seen.add(chunk.offset)
         item.buffer[chunk.offset : chunk.offset + len(chunk.payload)] = chunk.payload
         item.missing -= len(chunk.payload)
-        if item.missing > 0:
+        if item.missing:
             return None
         del self._open[key]
-        if item.missing < 0:
-            raise ProtocolError(f"chunks of {chunk.origin:x}/{chunk.seq} overlap")
         return item.buffer
 
     def other_source(self, chunk: Chunk, via: int, since: float) -> bool:
@@ -68,12 +70,19 @@ class Assembly:
             at >= since for source, at in item.sources.items() if source != via
         )
 
-    def drop_origin(self, origin: int) -> None:
-        """Forget what a peer that is gone can no longer complete."""
-        for key in [key for key in self._open if key[1] == origin]:
+    def arriving(self, kind: Kind, since: float) -> bool:
+        """Whether a payload of this kind has grown lately."""
+        return any(
+            key[0] is kind and max(item.sources.values()) >= since
+            for key, item in self._open.items()
+        )
+
+    def expire(self, before: float) -> None:
+        """Forget what has not grown since then: nobody completes it any more."""
+        for key in [k for k, i in self._open.items() if max(i.sources.values()) < before]:
             del self._open[key]
 
-    def _make_room(self, kind: Kind, origin: int) -> None:
-        same = [key for key in self._open if key[:2] == (kind, origin)]
-        if len(same) >= MAX_OPEN_PER_ORIGIN:
-            del self._open[min(same)]
+    def _make_room(self, via: int) -> None:
+        same = [key for key, item in self._open.items() if item.sources.keys() == {via}]
+        if len(same) >= MAX_OPEN_PER_SOURCE:
+            del self._open[same[0]]

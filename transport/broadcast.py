@@ -16,13 +16,12 @@ No sockets, no threads, no clock of its own: the caller passes `now` in seconds 
 that send.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gossamer.transport.message import Buffer
 
-MAX_HELD = 4096
 FIRST_GRAFT_DELAY_SECONDS = 0.5
 
 
@@ -50,7 +49,7 @@ class Broadcast:
     send:      send(peer, update): queue an update for a neighbour
     graft:     graft(peer, origin, first, last): ask a neighbour
     prune:     prune(peer, origin): tell a neighbour
-    log_bytes: how much is kept for resending
+    log_bytes: how much is kept for resending, and how much is held while an earlier one is missing
     max_delay: seconds, the longest wait before a graft
     """
 
@@ -66,14 +65,14 @@ class Broadcast:
     ) -> None:
         self.origin = origin
         self.received: dict[int, int] = {}
-        self.active = (
-            False  # False until the state has come: updates are held, nothing is asked for
-        )
+        # False until the state has come: updates are held, nothing is asked for.
+        self.active = False
         self.duplicates = 0
         self._send, self._graft, self._prune = send, graft, prune
         self._log: OrderedDict[tuple[int, int], Update] = OrderedDict()
         self._log_bytes, self._log_limit = 0, log_bytes
         self._held: dict[int, dict[int, Update]] = {}
+        self._held_bytes = 0
         self._children: dict[int, set[int]] = {}
         self._links: set[int] = set()
         self._clocks: dict[int, Mapping[int, int]] = {}
@@ -124,11 +123,13 @@ class Broadcast:
         if self.has(origin, seq):
             return []
         held = self._held.setdefault(origin, {})
-        if len(held) >= MAX_HELD:
+        is_next = self.active and seq == self.received.get(origin, 0) + 1
+        if not is_next and self._held_bytes + len(update.payload) > self._log_limit:
             return []
         held[seq] = update
+        self._held_bytes += len(update.payload)
         self._push(update, via=via)
-        if not self.active:
+        if not is_next:
             return []
         since = self._missing_since.pop(origin, None)
         if since is not None:
@@ -137,20 +138,26 @@ class Broadcast:
         return self._release(origin)
 
     def adopt(self, clock: Mapping[int, int]) -> list[Update]:
-        """Continue from a state whose vector clock this is; returns held updates that now fit.
+        """Continue from a state whose vector clock this is; returns what follows it, in order.
 
-        Own updates that the state does not know yet stay numbered.
+        Updates that were received before and are newer than the state come again, from the log.
+        Raises Gone when an own update is newer than the state and no longer in the log.
         """
         own = self.received.get(self.origin, 0)
-        self.received = {**clock, self.origin: max(own, clock.get(self.origin, 0))}
-        self.active = True
+        origins = {*self.received, *self._held, *clock}
+        self.received, self.active = dict(clock), True
         self._missing_since.clear()
         ready = []
-        for origin in list(self._held):
-            held = self._held[origin]
+        for origin in sorted(origins):
+            held = self._held.setdefault(origin, {})
             for seq in [seq for seq in held if seq <= self.received.get(origin, 0)]:
-                del held[seq]
+                self._held_bytes -= len(held.pop(seq).payload)
+            while logged := self._log.get((origin, self.received.get(origin, 0) + 1)):
+                self.received[origin] = logged.seq
+                ready.append(logged)
             ready += self._release(origin)
+        if self.received.get(self.origin, 0) < own:
+            raise Gone
         return ready
 
     # -- repair
@@ -164,9 +171,9 @@ class Broadcast:
             if origin != self.origin and seq > self.received.get(origin, 0):
                 self._missing_since.setdefault(origin, now)
 
-    def progress(self, origin: int, now: float) -> None:
-        """A piece of this origin's next update arrived: it is on its way."""
-        if origin in self._missing_since:
+    def progress(self, origin: int, seq: int, now: float) -> None:
+        """A piece of an update arrived: if it is the next of its origin, that is on its way."""
+        if origin in self._missing_since and seq == self.received.get(origin, 0) + 1:
             self._missing_since[origin] = now
 
     def tick(self, now: float) -> None:
@@ -193,12 +200,16 @@ class Broadcast:
     def grafted(self, peer: int, origin: int, first: int, last: int) -> None:
         """A neighbour lacks [first, last] of an origin. Raises Gone when the log is too short."""
         self._children.setdefault(origin, set()).add(peer)
-        if first <= self.received.get(origin, 0) and (origin, first) not in self._log:
+        have, held = self.received.get(origin, 0), self._held.get(origin, {})
+        if first <= have and (origin, first) not in self._log:
             raise Gone
-        for seq in range(first, min(last, self._highest(origin)) + 1):
-            update = self._log.get((origin, seq)) or self._held.get(origin, {}).get(seq)
-            if update is not None:
-                self._send(peer, update)
+        for seq in range(first, min(last, have) + 1):
+            if (origin, seq) not in self._log:
+                # A state transfer jumped over what follows: the neighbour will ask again.
+                break
+            self._send(peer, self._log[origin, seq])
+        for seq in sorted(seq for seq in held if first <= seq <= last):
+            self._send(peer, held[seq])
 
     def pruned(self, peer: int, origin: int) -> None:
         """A neighbour gets this origin from elsewhere."""
@@ -220,22 +231,22 @@ class Broadcast:
                 self._send(peer, update)
 
     def _release(self, origin: int) -> list[Update]:
-        held, ready = self._held[origin], deque[Update]()
+        held: dict[int, Update] = self._held[origin]
+        ready = []
         seq = self.received.get(origin, 0) + 1
         while seq in held:
             update = held.pop(seq)
+            self._held_bytes -= len(update.payload)
             self.received[origin] = seq
             self._store(update)
             ready.append(update)
             seq += 1
-        return list(ready)
-
-    def _highest(self, origin: int) -> int:
-        return max([*self._held.get(origin, ()), self.received.get(origin, 0)])
+        return ready
 
     def _store(self, update: Update) -> None:
+        old = self._log.pop((update.origin, update.seq), None)
+        self._log_bytes += len(update.payload) - (len(old.payload) if old is not None else 0)
         self._log[update.origin, update.seq] = update
-        self._log_bytes += len(update.payload)
         while self._log_bytes > self._log_limit and len(self._log) > 1:
             _, old = self._log.popitem(last=False)
             self._log_bytes -= len(old.payload)

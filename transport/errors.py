@@ -1,10 +1,8 @@
 """The errors of the transport.
 
 TransportError
-├── ProtocolError      bytes that are not a message of this protocol
-├── BindError          the endpoint cannot be bound
-├── RefusedError       a peer answered, and will not have us
-└── UnreachableError   no peer answered in time
+├── ProtocolError   bytes that are not a message of this protocol
+└── BindError       the endpoint cannot be bound
 """
 
 
@@ -18,11 +16,3 @@ class ProtocolError(TransportError):
 
 class BindError(TransportError):
     """The endpoint cannot be bound: in use, not ours, or not an endpoint."""
-
-
-class RefusedError(TransportError):
-    """A peer of the run refused the connection, and said why."""
-
-
-class UnreachableError(TransportError):
-    """Nobody answered within the deadline."""

@@ -5,25 +5,25 @@ control, so that a heartbeat never waits behind megabytes. Data is cut into chun
 within the byte credit that the receiver granted; both counts are cumulative, so a repeated or
 lost message does no harm. A Session is what the ROUTER's side knows of a neighbour's Link.
 
-    Link:  connecting --Hello on both sockets--> waiting --Welcome--> established
+    Link:  connecting --Hello on control--> waiting --Welcome--> established, Hello on data
            any --Error(UNKNOWN_SESSION): the connection was new to the other side--> connecting
 
-A reset drops what was queued: the receiver's clock shows what it lacks, and it asks again.
+A reset takes new connections, so that nothing of the old session is taken for the new one, and
+drops what was queued: the receiver's clock shows what it lacks, and it asks again.
 """
 
 import secrets
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import zmq
 
 from gossamer.transport.broadcast import Update
-from gossamer.transport.message import Buffer, Chunk, Kind
+from gossamer.transport.errors import ProtocolError
+from gossamer.transport.message import CHUNK_BYTES, Buffer, Chunk, Kind
 
-CHUNK_BYTES = 256 * 1024
 CREDIT_WINDOW_BYTES = 4 * 1024 * 1024
-HELLO_INTERVAL_SECONDS = 0.5
+HELLO_INTERVAL_SECONDS = 0.2
 ZERO_COPY_BYTES = 64 * 1024
 STALL_SECONDS = 2.0
 
@@ -61,6 +61,10 @@ class Transfer:
     payload: Buffer
     offset: int = 0
 
+    @property
+    def key(self) -> tuple[Kind, int, int]:
+        return (self.kind, self.origin, self.seq)
+
     @classmethod
     def of_update(cls, update: Update) -> "Transfer":
         return cls(
@@ -83,6 +87,8 @@ class Link:
     """The sending side of a link to one neighbour.
 
     hello(session, channel): the Hello frame for one of the two sockets
+    origin:                  the neighbour; 0 while it is not known
+    outbox_bytes:            beyond that no update is queued; the neighbour will ask for it
     """
 
     def __init__(
@@ -91,24 +97,33 @@ class Link:
         endpoint: str,
         hello: Callable[[int, int], bytes],
         traffic: Traffic,
+        *,
+        origin: int,
+        outbox_bytes: int,
     ) -> None:
-        self.endpoint = endpoint
-        self.established = False
+        self.endpoint, self.origin = endpoint, origin
         self.wanted = True
+        self.refused = False
         self.round_trip_seconds: float | None = None
-        self.blocked = False
-        self._hello, self._traffic = hello, traffic
-        self._outbox: deque[Transfer] = deque()
-        self.control = self._dealer(context, high_water_mark=64)
-        self.data = self._dealer(context, high_water_mark=8)
+        self._context, self._hello, self._traffic = context, hello, traffic
+        self._outbox: dict[tuple[Kind, int, int], Transfer] = {}
+        self._outbox_limit = outbox_bytes
         self._progressed = 0.0
-        self.reset(0.0)
+        self._begin(0.0)
 
-    @staticmethod
-    def _dealer(
-        context: "zmq.Context[zmq.Socket[bytes]]", *, high_water_mark: int
-    ) -> "zmq.Socket[bytes]":
-        socket = context.socket(zmq.DEALER)
+    def _begin(self, now: float) -> None:
+        self.control = self._dealer(high_water_mark=64)
+        self.data = self._dealer(high_water_mark=8)
+        self.session = secrets.randbits(63)
+        self.established = self.blocked = False
+        self.granted = self.position = 0
+        self._outbox.clear()
+        self._outbox_bytes = 0
+        self._data_greeted = False
+        self._greeted_at = now - HELLO_INTERVAL_SECONDS
+
+    def _dealer(self, *, high_water_mark: int) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
         socket.ipv6 = True
         socket.immediate = True
@@ -125,24 +140,27 @@ class Link:
         self.data.connect(self.endpoint)
 
     def reset(self, now: float) -> None:
-        """Begin again with a new session; what was queued is dropped."""
-        self.session = secrets.randbits(63)
-        self.established = False
-        self.granted = self.position = 0
-        self._outbox.clear()
-        self._greeted = [False, False]
-        self._greeted_at = now - HELLO_INTERVAL_SECONDS
+        """Begin again with a new session and new connections; what was queued is dropped."""
+        self.close()
+        self._begin(now)
+        self.connect()
 
     def greet(self, now: float) -> None:
-        """Send Hello on both sockets until the Welcome comes."""
-        if self.established or now - self._greeted_at < HELLO_INTERVAL_SECONDS:
+        """Send Hello on the control socket until the Welcome comes, then once on the other.
+
+        The neighbour drops a Hello while it is joining; by its Welcome it is ready for data.
+        """
+        if self._data_greeted or self.refused or now - self._greeted_at < HELLO_INTERVAL_SECONDS:
             return
-        for channel, socket in enumerate((self.control, self.data)):
-            if not self._greeted[channel] or channel == 0:
-                self._greeted[channel] = self._send(socket, self._hello(self.session, channel))
-        self._greeted_at = now if all(self._greeted) else now - 0.9 * HELLO_INTERVAL_SECONDS
+        if self.established:
+            sent = self._data_greeted = self._send(self.data, self._hello(self.session, 1))
+        else:
+            sent = self._send(self.control, self._hello(self.session, 0))
+        self._greeted_at = now if sent else now - 0.9 * HELLO_INTERVAL_SECONDS
 
     def welcomed(self, granted: int, now: float) -> None:
+        if not self.established:
+            self._greeted_at = now - HELLO_INTERVAL_SECONDS
         self.established = True
         self.granted = max(self.granted, granted)
         self._progressed = now
@@ -152,15 +170,26 @@ class Link:
         return self._send(self.control, frame)
 
     def enqueue(self, transfer: Transfer) -> None:
-        key = (transfer.kind, transfer.origin, transfer.seq)
-        if all((t.kind, t.origin, t.seq) != key for t in self._outbox):
-            self._outbox.append(transfer)
+        """Queue a payload, unless it is queued or the outbox is full; a state replaces an older."""
+        if transfer.kind is Kind.STATE:
+            self._drop(lambda t: t.kind is Kind.STATE)
+        elif transfer.key in self._outbox or self._outbox_bytes > self._outbox_limit:
+            return
+        self._outbox[transfer.key] = transfer
+        self._outbox_bytes += len(transfer.payload)
 
     def cancel(self, origin: int) -> None:
         """Drop queued updates of an origin: the neighbour gets them from elsewhere."""
-        self._outbox = deque(
-            t for t in self._outbox if t.kind is not Kind.UPDATE or t.origin != origin
-        )
+        self._drop(lambda t: t.kind is Kind.UPDATE and t.origin == origin)
+
+    def acknowledged(self, received: Mapping[int, int]) -> None:
+        """Drop queued updates that this vector clock of the neighbour covers."""
+        self._drop(lambda t: t.kind is Kind.UPDATE and t.seq <= received.get(t.origin, 0))
+
+    def _drop(self, chosen: Callable[[Transfer], bool]) -> None:
+        for transfer in [t for t in self._outbox.values() if chosen(t)]:
+            del self._outbox[transfer.key]
+            self._outbox_bytes -= len(transfer.payload)
 
     @property
     def pending(self) -> bool:
@@ -168,7 +197,7 @@ class Link:
 
     def backlog(self, origin: int) -> int:
         """How many updates of an origin wait to be sent."""
-        return sum(t.kind is Kind.UPDATE and t.origin == origin for t in self._outbox)
+        return sum(kind is Kind.UPDATE and of == origin for kind, of, _ in self._outbox)
 
     def stalled(self, now: float) -> bool:
         """Has data to send, and none has left for a while."""
@@ -177,11 +206,10 @@ class Link:
     def pump(self, run: int, now: float, age_of: Callable[[Transfer, float], int]) -> None:
         """Send chunks as far as credit and the socket allow."""
         self.blocked = False
-        if not self._outbox or not self.established:
-            self._progressed = now if not self._outbox else self._progressed
-            return
-        while self._outbox:
-            transfer = self._outbox[0]
+        if not self._outbox:
+            self._progressed = now
+        while self._outbox and self._data_greeted:
+            transfer = next(iter(self._outbox.values()))
             total = len(transfer.payload)
             piece = memoryview(transfer.payload)[
                 transfer.offset : min(total, transfer.offset + CHUNK_BYTES)
@@ -213,7 +241,8 @@ class Link:
             self._progressed = now
             transfer.offset += len(piece)
             if transfer.offset >= total:
-                self._outbox.popleft()
+                del self._outbox[transfer.key]
+                self._outbox_bytes -= total
 
     def close(self, *, linger_milliseconds: int = 0) -> None:
         self.data.close(linger=0)
@@ -242,6 +271,15 @@ class Session:
     granted: int = CREDIT_WINDOW_BYTES
     echo: int = 0  # the neighbour's clock in its last Clock message, and when that came
     echo_at: float = 0.0
+
+    def advance(self, chunk: Chunk) -> None:
+        """Count a chunk. Raises ProtocolError when it is not within the credit."""
+        if not self.position + len(chunk.payload) <= chunk.position <= self.granted:
+            raise ProtocolError(
+                f"data at position {chunk.position}, after {self.position}; "
+                f"{self.granted} bytes were granted"
+            )
+        self.position = chunk.position
 
     def credit_due(self) -> int | None:
         """The new grant, when it is worth a message."""

@@ -1,11 +1,11 @@
 """Who is in the run: a table of members that converges on every peer.
 
 Each row belongs to one peer, which alone raises its version. Rows are merged by rank
-(incarnation, then final states over living ones, then version), so the table is a join-
-semilattice: any order of merging gives the same table everywhere. A neighbour that was silent for
-`peer_timeout` is marked DEAD; a peer that reads of its own death refutes it with a higher
-incarnation (SWIM, Das et al. 2002, section 4.2). No sockets, no threads, no clock of its own: the
-caller passes `now` in seconds.
+(incarnation, then final states over living ones, then version), a total order, so the table is a
+join-semilattice: any order of merging gives the same table everywhere. A neighbour that was
+silent for `peer_timeout` is marked DEAD; a peer that reads of its own death refutes it with a
+higher incarnation (SWIM, Das et al. 2002, section 4.2). No sockets, no threads, no clock of its
+own: the caller passes `now` in seconds.
 """
 
 from collections.abc import Iterable
@@ -14,6 +14,8 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from gossamer.transport.message import MAX_MEMBERS, Member, Status, with_status
+
+MAX_INCARNATION = (1 << 32) - 1
 
 
 class Membership:
@@ -73,12 +75,10 @@ class Membership:
                 continue
             if known is None and len(self._rows) >= MAX_MEMBERS:
                 continue
-            if row.origin == self._origin:
-                row = self._refute(row)
-                if row is None:
-                    continue
-            self._put(row)
-            news.append(row)
+            new = self._refute(row) if row.origin == self._origin else row
+            if new is not None:
+                self._put(new)
+                news.append(new)
         return news
 
     def heard(self, origin: int, now: float) -> None:
@@ -91,14 +91,17 @@ class Membership:
             self._heard[origin] += seconds
 
     def watch(self, origins: Iterable[int], now: float) -> list[Member]:
-        """Mark neighbours dead that were silent too long; returns their new rows."""
+        """Mark neighbours dead that were silent too long; returns their new rows.
+
+        Who was not among them in the last call, or was not alive, is heard of as of now.
+        """
+        watched = [origin for origin in origins if self.alive(origin)]
+        self._heard = {origin: self._heard.get(origin, now) for origin in watched}
         dead = []
-        for origin in origins:
-            row = self._rows.get(origin)
-            if row is None or not row.alive:
-                continue
-            if now - self._heard.setdefault(origin, now) > self._peer_timeout:
+        for origin, heard in list(self._heard.items()):
+            if now - heard > self._peer_timeout:
                 del self._heard[origin]
+                row = self._rows[origin]
                 row = msgspec.structs.replace(row, status=Status.DEAD)
                 self._put(row)
                 dead.append(row)
@@ -106,7 +109,7 @@ class Membership:
 
     def _refute(self, row: Member) -> Member | None:
         own = self.own
-        if own.status is Status.LEFT or row.incarnation < own.incarnation or row.alive:
+        if own.status is Status.LEFT or row.incarnation >= MAX_INCARNATION:
             return None
         return msgspec.structs.replace(
             own, incarnation=row.incarnation + 1, version=own.version + 1

@@ -8,10 +8,12 @@ A message begins with the same 24 bytes, little-endian:
     5      | 1     | kind
     6      | 2     | flags, zero
     8      | 8     | run: xxh3-64 of the run's name; 0 in a Hello that does not know it yet
-    16     | 8     | checksum: xxh3-64 of what follows the header
+    16     | 8     | checksum: xxh3-64 of what follows, seeded with that of the 16 bytes before
 
 Control messages follow with a msgpack array in the same frame. A chunk (of an update, or of a
-state transfer) follows with its own fixed header and puts the payload into a second, last frame:
+state transfer) follows with its own fixed header, which belongs to the seed of the checksum, and
+puts its piece of the payload into a second, last frame. All pieces but the last of a payload are
+CHUNK_BYTES long, so a piece lies at a multiple of CHUNK_BYTES:
 
     offset | bytes | field
     24     | 8     | origin: the peer that made the update; of a state, the peer that serves it
@@ -42,7 +44,10 @@ from gossamer.transport.errors import ProtocolError
 MAGIC = b"GSMR"
 VERSION = 1
 MAX_CONTROL_BYTES = 1 << 18
-MAX_MEMBERS = 4096
+# So many rows of the greatest length fit MAX_CONTROL_BYTES.
+MAX_MEMBERS = 1024
+CHUNK_BYTES = 256 * 1024
+SEED = struct.Struct("<4sBBHQ")
 PREFIX = struct.Struct("<4sBBHQQ")
 CHUNK = struct.Struct("<QIIQIIQQQQ")
 CHUNK_HEADER_BYTES = PREFIX.size + CHUNK.size
@@ -80,7 +85,8 @@ Natural = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Sequence = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Hash = Annotated[int, Meta(ge=0)]
 ShortText = Annotated[str, Meta(max_length=128)]
-LongText = Annotated[str, Meta(max_length=1024)]
+Description = Annotated[str, Meta(max_length=1024)]
+LongText = Annotated[str, Meta(max_length=4096)]
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -99,8 +105,17 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         return self.status < Status.LEFT
 
     @property
-    def rank(self) -> tuple[int, bool, int]:
-        return (self.incarnation, not self.alive, self.version)
+    def rank(self) -> tuple[int, bool, int, int, int, str, str]:
+        # The first three decide. The others order rows that only a faulty peer could make differ.
+        return (
+            self.incarnation,
+            not self.alive,
+            self.version,
+            self.status,
+            self.final,
+            self.endpoint,
+            self.peer,
+        )
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -110,7 +125,7 @@ class Control(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
     def encode(self, run: int) -> bytes:
         body = msgspec.msgpack.encode(self)
-        return PREFIX.pack(MAGIC, VERSION, self.kind, 0, run, xxh3_64_intdigest(body)) + body
+        return _prefix(self.kind, run, b"", body) + body
 
 
 class Hello(Control, frozen=True):
@@ -121,7 +136,7 @@ class Hello(Control, frozen=True):
     session: Hash  # names this link until it is reset
     channel: Annotated[int, Meta(ge=0, le=1)]  # 0 control, 1 data
     signature: ShortText  # of the model: names, shapes, dtypes
-    description: LongText  # of the model, for the sentence that a mismatch gets
+    description: Description  # of the model, for the sentence that a mismatch gets
 
 
 class Welcome(Control, frozen=True):
@@ -183,7 +198,8 @@ class StateRequest(Control, frozen=True):
     """Send me the shared base, its clock, and what else a new peer needs."""
 
     kind: ClassVar = Kind.STATE_REQUEST
-    token: Sequence
+    token: Annotated[int, Meta(ge=1, lt=1 << 32)]
+    have: ShortText = ""  # digest of what I hold: the same need not be sent
 
 
 class ErrorCode(IntEnum):
@@ -229,9 +245,7 @@ class Chunk:
             self.offset,
             self.position,
         )
-        checksum = xxh3_64_intdigest(self.payload, seed=xxh3_64_intdigest(body))
-        prefix = PREFIX.pack(MAGIC, VERSION, self.kind, 0, run, checksum)
-        return prefix + body, self.payload
+        return _prefix(self.kind, run, body, self.payload) + body, self.payload
 
 
 _CONTROL: dict[int, type[Control]] = {
@@ -271,7 +285,7 @@ def decode(frames: list[Buffer], *, max_total_bytes: int) -> tuple[int, Control 
     if len(frames) != 1 or len(head) > MAX_CONTROL_BYTES:
         raise ProtocolError(f"{Kind(kind).name} of {len(frames)} frames, {len(head)} bytes")
     body = memoryview(head)[PREFIX.size :]
-    if xxh3_64_intdigest(body) != checksum:
+    if _checksum(memoryview(head)[: SEED.size], b"", body) != checksum:
         raise ProtocolError(f"{Kind(kind).name} with a wrong checksum")
     try:
         return run, _DECODERS[kind].decode(body)
@@ -286,18 +300,29 @@ def _decode_chunk(kind: Kind, frames: list[Buffer], checksum: int, max_total_byt
     origin, seq, shares, step, codec, reserved, age, total, offset, position = CHUNK.unpack(head)
     if total > max_total_bytes:
         raise ProtocolError(f"{kind.name} of {total} bytes, the limit is {max_total_bytes}")
-    if offset + len(payload) > total or (total and not len(payload)):
+    whole = len(payload) == min(CHUNK_BYTES, total - offset)
+    if not whole or offset % CHUNK_BYTES or (total and not len(payload)):
         raise ProtocolError(f"{kind.name} chunk [{offset}, +{len(payload)}) of {total} bytes")
     if not 0 < origin < 1 << 63 or not seq or not shares or reserved:
         raise ProtocolError(f"{kind.name} with origin {origin}, seq {seq}, shares {shares}")
     if position < len(payload):
         raise ProtocolError(f"{kind.name} at position {position} with {len(payload)} bytes")
-    if xxh3_64_intdigest(payload, seed=xxh3_64_intdigest(head)) != checksum:
+    if _checksum(memoryview(frames[0])[: SEED.size], head, payload) != checksum:
         raise ProtocolError(f"{kind.name} {origin:x}/{seq} with a wrong checksum")
     return Chunk(kind, origin, seq, shares, step, codec, age, total, offset, position, payload)
 
 
+def _prefix(kind: Kind, run: int, head: Buffer, body: Buffer) -> bytes:
+    seed = SEED.pack(MAGIC, VERSION, kind, 0, run)
+    return PREFIX.pack(MAGIC, VERSION, kind, 0, run, _checksum(seed, head, body))
+
+
+def _checksum(prefix: Buffer, head: Buffer, body: Buffer) -> int:
+    return xxh3_64_intdigest(body, seed=xxh3_64_intdigest(bytes(prefix) + bytes(head)))
+
+
 __all__ = [
+    "CHUNK_BYTES",
     "Chunk",
     "Clock",
     "Control",

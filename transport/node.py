@@ -29,7 +29,6 @@ from gossamer.transport.assembly import Assembly
 from gossamer.transport.broadcast import Broadcast, Gone, Update
 from gossamer.transport.errors import BindError, ProtocolError, TransportError
 from gossamer.transport.link import (
-    CHUNK_BYTES,
     STALL_SECONDS,
     Link,
     Session,
@@ -38,6 +37,7 @@ from gossamer.transport.link import (
 )
 from gossamer.transport.membership import Membership
 from gossamer.transport.message import (
+    CHUNK_BYTES,
     Buffer,
     Chunk,
     Clock,
@@ -63,6 +63,8 @@ TICK_SECONDS = 0.05
 CLOCK_INTERVAL_SECONDS = 0.2
 MAX_BACKLOG = 4
 LINGER_MILLISECONDS = 1000
+MAX_COMPLAINERS = 256
+MAX_DESCRIPTION = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ class MemberChanged:
 class StateRequested:
     origin: int
     token: int
+    have: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,8 @@ class Node:
     config:  see NodeConfig
     overlay: overlay(ids, settings of the run) -> neighbours of each id: a connected, undirected
              graph, the same on every peer
-    Raises BindError when the endpoint cannot be bound.
+    Raises BindError when the endpoint cannot be bound, TransportError when the config holds text
+    that is too long for a message.
     """
 
     def __init__(
@@ -167,6 +171,7 @@ class Node:
         self._run_name = config.run
         self._run = _run_hash(config.run)
         self._settings = dict(config.settings)
+        self._description = config.description[:MAX_DESCRIPTION]
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 8192)
         self._router, self.endpoint = self._bind()
@@ -183,11 +188,15 @@ class Node:
             max_delay=config.peer_timeout / 4,
         )
         self._assembly = Assembly()
+        self._in_run = False
         self._links: dict[int, Link] = {}
         self._seed: Link | None = None
         self._sponsor: int | None = None
+        self._awaited: tuple[int, int] | None = None  # who was asked for a state; its token
+        self._token = 0  # of the latest request
         self._sessions: dict[bytes, tuple[Session, bool]] = {}
         self._neighbours: set[int] = set()
+        self._graph: tuple[list[int], dict[int, set[int]]] = ([], {})
         self._final: int | None = None
         self._clock_sent_at = 0.0
         self._clock_changed = False
@@ -197,6 +206,7 @@ class Node:
             zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         )
         self._thread = threading.Thread(target=self._main, name="gossamer-io", daemon=True)
+        self._check_texts(own)
 
     # -- the training thread's side
 
@@ -221,9 +231,13 @@ class Node:
         update = Update(self.origin, seq, step, shares, codec, produced, payload)
         self._command(self._do_publish, update)
 
-    def request_state(self, token: int) -> None:
-        """Ask a neighbour for its state; StateArrived follows, or nothing."""
-        self._command(self._do_request_state, token)
+    def request_state(self, token: int, have: str = "") -> None:
+        """Ask a neighbour for its state; StateArrived follows, or nothing.
+
+        token: from 1 on. While a state is arriving, this only gives it the new token.
+        have:  digest of what this peer holds already
+        """
+        self._command(self._do_request_state, token, have)
 
     def send_state(self, origin: int, token: int, payload: Buffer) -> None:
         """Answer StateRequested."""
@@ -257,37 +271,58 @@ class Node:
             self._thread.join(LINGER_MILLISECONDS / 1000 + 5)
         if not self._thread.ident:
             self._close_sockets()
+        if not self._thread.is_alive() and self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
 
     # -- commands, on the I/O thread
 
     def _do_join(self, endpoint: str) -> None:
-        self._seed = Link(self._context, endpoint, self._hello, self.traffic)
-        self._open(self._seed, endpoint)
+        if self._seed is not None:
+            self._seed.close()
+        self._seed = self._new_link(endpoint, origin=0)
+        if not self._open(self._seed):
+            self._emit(
+                Refused(f"cannot connect to {endpoint!r}: an endpoint is like tcp://10.0.0.5:7000")
+            )
 
     def _do_publish(self, update: Update) -> None:
         self._broadcast.publish(update)
         self._clock_changed = True
 
     def _do_adopt(self, clock: dict[int, int]) -> None:
-        for update in self._broadcast.adopt(clock):
+        try:
+            ready = self._broadcast.adopt(clock)
+        except Gone:
+            raise TransportError(
+                "this peer fell so far behind that its own updates have left the log"
+            ) from None
+        self._in_run = True
+        for update in ready:
             self._deliver(update)
         if self._membership.own.status is Status.JOINING:
             self._membership.set_status(Status.TRAINING)
         self._sponsor = None
         self._members_changed([])
+        self._tell_all()
 
     def _do_finish(self, final: int) -> None:
         self._final = final
         self._settle()
 
-    def _do_request_state(self, token: int) -> None:
+    def _do_request_state(self, token: int, have: str) -> None:
+        self._token = token
+        patience = max(STALL_SECONDS, self.config.peer_timeout / 2)
+        if self._awaited and self._assembly.arriving(Kind.STATE, time.monotonic() - patience):
+            return
         rows = (
             self._membership.get(origin) for origin, link in self._links.items() if link.established
         )
         sources = [r.origin for r in rows if r and r.alive and r.status is not Status.JOINING]
         if sources:
             self._sponsor = sources[token % len(sources)]
-            self._control(self._sponsor, StateRequest(token))
+            self._awaited = (self._sponsor, token)
+            self._control(self._sponsor, StateRequest(token, have))
 
     def _do_send_state(self, origin: int, token: int, payload: Buffer) -> None:
         link = self._links.get(origin)
@@ -333,7 +368,7 @@ class Node:
         for link in self._all_links():
             poller.register(link.control, zmq.POLLIN)
             poller.register(link.data, zmq.POLLIN | (zmq.POLLOUT if link.blocked else 0))
-        poller.poll(TICK_SECONDS * 1000)
+        poller.poll(round(TICK_SECONDS * 1000))
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 
@@ -347,14 +382,15 @@ class Node:
             except zmq.Again:
                 break
             self._received(bytes(routing.buffer), [frame.buffer for frame in frames], now)
-        for origin, link in [*self._links.items(), (0, self._seed)]:
-            for socket in (link.control, link.data) if link is not None else ():
-                while link is not None:
+        for link in self._all_links():
+            for socket in (link.control, link.data):
+                # A reply may close this link, another one, or replace its sockets.
+                while not socket.closed:
                     try:
                         reply = socket.recv_multipart(zmq.NOBLOCK)
                     except zmq.Again:
                         break
-                    self._replied(origin, link, list(reply), now)
+                    self._replied(link, list(reply), now)
 
     def _watch(self, now: float) -> None:
         partners = self._neighbours | ({self._sponsor} if self._sponsor else set())
@@ -370,22 +406,26 @@ class Node:
         ]
         for routing in silent:
             del self._sessions[routing]
+        self._assembly.expire(now - self.config.peer_timeout)
 
     def _pump(self, now: float) -> None:
         for link in self._all_links():
             link.greet(now)
             link.pump(self._run, now, self._age)
         self.congested = any(
-            link.backlog(self.origin) >= MAX_BACKLOG and not link.stalled(now)
+            self._links[peer].backlog(self.origin) >= MAX_BACKLOG
+            and not self._links[peer].stalled(now)
             for peer in self._broadcast.children(self.origin)
-            if (link := self._links.get(peer)) is not None
+            if peer in self._links and self._takes_part(peer)
         )
         if self._inbox_bytes <= self.config.inbox_bytes:
             for session in {id(s): s for s, _ in self._sessions.values()}.values():
                 due = session.credit_due()
-                if due is not None and session.control is not None:
+                if due is None or session.control is None:
+                    continue
+                # A grant that did not leave would be lost for good: it is tried again.
+                if self._reply(session.control, Credit(session.session, due)):
                     session.granted = due
-                    self._reply(session.control, Credit(session.session, due))
 
     # -- what arrives
 
@@ -419,8 +459,8 @@ class Node:
         return self.config.max_state_bytes if is_state else self.config.max_update_bytes
 
     def _on_hello(self, routing: bytes, run: int, hello: Hello, now: float) -> None:
-        if self._run_name is None:
-            return
+        if not self._in_run:
+            return  # who greets will greet again
         if run not in (0, self._run):
             self._refuse(
                 routing,
@@ -434,18 +474,17 @@ class Node:
                 routing,
                 hello,
                 "the models differ: this run trains "
-                f"{self.config.description}, {hello.member.peer} brings "
+                f"{self._description}, {hello.member.peer} brings "
                 f"{hello.description}; start every peer with the same model",
             )
             return
-        if any(
-            m.peer == hello.member.peer and m.origin != hello.member.origin
-            for m in self._membership.living()
-        ):
+        is_new = self._membership.get(hello.member.origin) is None
+        if is_new and any(m.peer == hello.member.peer for m in self._membership.living()):
             self._refuse(
                 routing,
                 hello,
-                f"a peer named {hello.member.peer!r} is in the run; give this one another name",
+                f"a peer named {hello.member.peer!r} is in the run; give this one another "
+                f"name, or wait {self.config.peer_timeout:.0f} s if that one has crashed",
             )
             return
         session = self._session_of(hello, now)
@@ -456,7 +495,7 @@ class Node:
         self._sessions[routing] = (session, bool(hello.channel))
         if hello.channel == 0:
             self._membership.heard(hello.member.origin, now)
-            self._members_changed(self._membership.merge([hello.member]))
+            self._merge([hello.member])
             rows = self._membership.rows()
             self._reply(
                 routing,
@@ -465,7 +504,7 @@ class Node:
                     session.session,
                     session.granted,
                     rows,
-                    self._run_name,
+                    self._run_name or "",
                     self._settings,
                 ),
             )
@@ -480,12 +519,17 @@ class Node:
         return Session(origin, hello.session, now)
 
     def _on_chunk(self, session: Session, chunk: Chunk, now: float) -> None:
-        session.position = max(session.position, chunk.position)
+        session.advance(chunk)
         if chunk.kind is Kind.STATE:
+            if self._awaited != (session.origin, chunk.seq):
+                return
             state = self._assembly.add(chunk, session.origin, now)
             if state is not None:
-                self._emit(StateArrived(chunk.seq, state))
+                self._awaited = None
+                self._emit(StateArrived(self._token, state))
             return
+        if chunk.origin == self.origin:
+            raise ProtocolError("an update in the name of the peer that received it")
         origin, via = chunk.origin, session.origin
         known = self._broadcast.has(origin, chunk.seq)
         if known or self._assembly.other_source(chunk, via, now - STALL_SECONDS):
@@ -493,7 +537,7 @@ class Node:
                 self._broadcast.refuse_duplicate(origin, via)
             if known:
                 return
-        self._broadcast.progress(origin, now)
+        self._broadcast.progress(origin, chunk.seq, now)
         payload = self._assembly.add(chunk, via, now)
         if payload is None:
             return
@@ -510,17 +554,20 @@ class Node:
             case Clock():
                 session.wanted, session.echo, session.echo_at = message.wanted, message.sent, now
                 link = self._links.get(peer)
-                if link is not None and message.echo:
+                if link is not None:
                     elapsed = now - (message.echo + message.held) * 1e-6
-                    if elapsed >= 0:
+                    if message.echo and elapsed >= 0:
                         best = link.round_trip_seconds
                         link.round_trip_seconds = min(elapsed, elapsed if best is None else best)
+                    link.acknowledged(message.received)
                 self._broadcast.heard_clock(peer, message.received, now)
                 if message.members != self._membership.digest:
-                    self._control(peer, Members(self._membership.rows()))
+                    self._tell_members(session)
+                    # The neighbour sends its table when it sees that this one differs.
+                    self._clock_changed = True
                 self._connect_links()
             case Members():
-                self._members_changed(self._membership.merge(message.members))
+                self._merge(message.members)
             case Graft():
                 try:
                     self._broadcast.grafted(peer, message.origin, message.first, message.last)
@@ -531,29 +578,34 @@ class Node:
                 if peer in self._links:
                     self._links[peer].cancel(message.origin)
             case StateRequest():
-                self._emit(StateRequested(peer, message.token))
+                self._emit(StateRequested(peer, message.token, message.have))
             case Error(code=ErrorCode.GONE):
                 self._emit(Desynchronized(peer))
             case _:
                 raise ProtocolError(f"{message.kind.name} on a link of the other direction")
 
-    def _replied(self, origin: int, link: Link, frames: list[Buffer], now: float) -> None:
+    def _replied(self, link: Link, frames: list[Buffer], now: float) -> None:
         self.traffic.count_received(*frames)
         try:
             run, message = decode(frames, max_total_bytes=0)
-            if origin and run == self._run:
-                self._membership.heard(origin, now)
             match message:
                 case Welcome() if message.session == link.session:
-                    self._on_welcome(origin, link, run, message, now)
+                    self._on_welcome(link, run, message, now)
                 case Credit() if message.session == link.session:
                     link.granted = max(link.granted, message.granted)
+                    self._membership.heard(link.origin, now)
                 case Error(code=ErrorCode.UNKNOWN_SESSION):
                     if link.established:
                         link.reset(now)
-                        self._broadcast.link_down(origin)
+                        self._broadcast.link_down(link.origin)
                 case Error(code=ErrorCode.REFUSED):
-                    self._emit(Refused(message.text))
+                    # Who is in the run already is refused only until the other one knows of it.
+                    if link is self._seed and not link.refused:
+                        link.refused = True
+                        self._emit(Refused(message.text))
+                    self._complain(link.endpoint, f"it refuses this peer: {message.text}")
+                case Members() if link.origin:
+                    self._merge(message.members)
                 case Welcome() | Credit():
                     pass
                 case _:
@@ -561,43 +613,69 @@ class Node:
         except ProtocolError as error:
             self._complain(link.endpoint, str(error))
 
-    def _on_welcome(self, origin: int, link: Link, run: int, welcome: Welcome, now: float) -> None:
-        link.welcomed(welcome.granted, now)
+    def _on_welcome(self, link: Link, run: int, welcome: Welcome, now: float) -> None:
         if link is self._seed:
-            if self._run_name is None:
-                self._run_name, self._run = welcome.run, run
-                self._settings = welcome.settings
-            sender = next((m for m in welcome.members if m.origin == welcome.origin), None)
-            if sender is None:
+            if all(m.origin != welcome.origin for m in welcome.members):
                 raise ProtocolError("a Welcome without its sender")
-            self._seed = None
-            origin = self._sponsor = sender.origin
-            if origin in self._links:
-                self._links.pop(origin).close()
-            self._links[origin] = link
+            self._seed, self._in_run = None, True
+            self._run_name, self._run = welcome.run, run
+            self._settings = welcome.settings
+            link.origin = self._sponsor = welcome.origin
+            if link.origin in self._links:
+                self._links[link.origin].close()
+            self._links[link.origin] = link
             self._emit(Welcomed(welcome.run, welcome.settings))
-        self._broadcast.link_up(origin)
-        self._members_changed(self._membership.merge(welcome.members))
+        if welcome.origin != link.origin:
+            raise ProtocolError("another peer listens where a member of the run did")
+        link.welcomed(welcome.granted, now)
+        self._membership.heard(link.origin, now)
+        self._broadcast.link_up(link.origin)
+        self._merge(welcome.members)
         self._clock_changed = True
 
     # -- members and links
 
+    def _merge(self, rows: Sequence[Member]) -> None:
+        news = self._membership.merge(rows)
+        if news:
+            self._members_changed(news)
+        if any(row.origin == self.origin for row in news):
+            # The own death was refuted. Whoever believed in it no longer listens to clocks.
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        for origin in self._links:
+            self._control(origin, Members(self._membership.rows()))
+
+    def _tell_members(self, session: Session) -> None:
+        """Send the table to a neighbour; by the way back when there is no link to it."""
+        rows = Members(self._membership.rows())
+        link = self._links.get(session.origin)
+        if link is not None and link.established:
+            link.send_control(rows.encode(self._run))
+        elif session.control is not None:
+            self._reply(session.control, rows)
+
     def _members_changed(self, news: list[Member]) -> None:
         living = self._membership.living()
-        order = [m.origin for m in living]
-        by_id = {m.peer: m.origin for m in living}
+        # Two peers with one name, who joined at the same moment by different peers, are told apart.
+        by_name: dict[str, int] = {}
+        for m in living:
+            by_name[m.peer if m.peer not in by_name else f"{m.peer}/{m.origin:x}"] = m.origin
         graph = {
-            by_id[peer]: {by_id[other] for other in others}
-            for peer, others in self._overlay([m.peer for m in living], self._settings).items()
+            by_name[peer]: {by_name[other] for other in others}
+            for peer, others in self._overlay(list(by_name), self._settings).items()
         }
-        self._neighbours = graph.get(self.origin, set())
-        self._broadcast.set_overlay(graph, order)
+        order = list(by_name.values())
+        if (order, graph) != self._graph:
+            self._graph = (order, graph)
+            self._neighbours = graph.get(self.origin, set())
+            self._broadcast.set_overlay(graph, order)
+        self._clock_changed = True
         self.members = tuple(self._membership.rows())
         for member in news:
             if member.origin != self.origin:
                 self._emit(MemberChanged(member))
-            if not member.alive:
-                self._assembly.drop_origin(member.origin)
         self._connect_links()
 
     def _connect_links(self) -> None:
@@ -611,23 +689,38 @@ class Node:
             self._send_clock(origin, link, time.monotonic())
             link.close(linger_milliseconds=100)
             self._broadcast.link_down(origin)
-        if self._run_name is None:
+        if not self._in_run:
             return
         for origin in edges | wanting:
             member = self._membership.get(origin)
             if member is None or not member.alive or origin == self.origin:
                 continue
             if origin not in self._links:
-                link = Link(self._context, member.endpoint, self._hello, self.traffic)
-                self._links[origin] = link
-                self._open(link, member.endpoint)
+                self._links[origin] = self._new_link(member.endpoint, origin=origin)
+                self._open(self._links[origin])
             self._links[origin].wanted = origin in edges
 
-    def _open(self, link: Link, endpoint: str) -> None:
+    def _new_link(self, endpoint: str, *, origin: int) -> Link:
+        return Link(
+            self._context,
+            endpoint,
+            self._hello,
+            self.traffic,
+            origin=origin,
+            outbox_bytes=self.config.log_bytes // 4,
+        )
+
+    def _open(self, link: Link) -> bool:
         try:
             link.connect()
         except zmq.ZMQError as error:
-            self._complain(endpoint, f"cannot connect: {error}")
+            self._complain(link.endpoint, f"cannot connect: {error}")
+            return False
+        return True
+
+    def _takes_part(self, origin: int) -> bool:
+        member = self._membership.get(origin)
+        return member is not None and member.status is not Status.JOINING
 
     def _settle(self) -> None:
         """After `finish`: DONE, then COMPLETE once nobody trains, then drained once all agree."""
@@ -637,22 +730,22 @@ class Node:
         own = self._membership.own
         if all(m.status >= Status.DONE for m in others):
             changed = self._membership.set_status(Status.COMPLETE, self._final)
-            agreed = all(m.status is Status.COMPLETE and m.final == self._final for m in others)
-            self.drained = agreed
+            self.drained = all(
+                m.status is Status.COMPLETE and m.final == self._final for m in others
+            )
         else:
+            self.drained = False
             changed = own.status < Status.DONE and self._membership.set_status(Status.DONE)
         if changed:
             self._members_changed([])
-            for origin in self._links:
-                self._control(origin, Members(self._membership.rows()))
+            self._tell_all()
         if self.drained:
             with self._events_ready:
                 self._events_ready.notify_all()
 
     def _leave(self) -> None:
         self._membership.set_status(Status.LEFT)
-        for origin in self._links:
-            self._control(origin, Members(self._membership.rows()))
+        self._tell_all()
 
     # -- sending
 
@@ -690,30 +783,40 @@ class Node:
         if link is not None and link.established:
             link.send_control(message.encode(self._run))
 
-    def _reply(self, routing: bytes, message: Control) -> None:
+    def _reply(self, routing: bytes, message: Control) -> bool:
         frame = message.encode(self._run)
         try:
             self._router.send_multipart([routing, frame], zmq.NOBLOCK)
         except zmq.ZMQError:
-            return  # the connection is gone, or its pipe is full: the sender will ask again
+            return False  # the connection is gone, or its pipe is full
         self.traffic.count_sent(frame)
+        return True
 
     def _refuse(self, routing: bytes, hello: Hello, text: str) -> None:
         self._complain(hello.member.peer, f"refused: {text}")
         self._reply(routing, Error(ErrorCode.REFUSED, text))
 
     def _hello(self, session: int, channel: int) -> bytes:
-        hello = Hello(
-            self._membership.own, session, channel, self.config.signature, self.config.description
-        )
-        return hello.encode(self._run)
+        own, signature = self._membership.own, self.config.signature
+        return Hello(own, session, channel, signature, self._description).encode(self._run)
 
     # -- small things
+
+    def _check_texts(self, own: Member) -> None:
+        config = self.config
+        welcome = Welcome(own.origin, 0, 0, [own], config.run or "", self._settings)
+        hello = Hello(own, 0, 0, config.signature, "")
+        try:
+            for message in (hello, welcome):
+                decode([message.encode(0)], max_total_bytes=0)
+        except ProtocolError as error:
+            self.close()
+            raise TransportError(f"peer {config.peer!r} cannot introduce itself: {error}") from None
 
     def _bind(self) -> "tuple[zmq.Socket[bytes], str]":
         router = self._context.socket(zmq.ROUTER)
         router.linger = 0
-        router.ipv6 = True
+        router.ipv6 = "[" in self.config.bind
         router.router_mandatory = True
         router.sndhwm = router.rcvhwm = 64
         router.maxmsgsize = CHUNK_BYTES + 4096
@@ -724,15 +827,14 @@ class Node:
             router.close()
             self._context.term()
             os.close(self._wake)
-            raise BindError(
-                f"cannot listen on {self.config.bind}: {os.strerror(error.errno)}"
-                if error.errno < 1 << 20
-                else f"cannot listen on {self.config.bind}: {error}"
-            ) from None
-        return router, str(router.last_endpoint.decode())
+            self._wake = -1
+            reason = zmq.strerror(error.errno or 0)
+            raise BindError(f"cannot listen on {self.config.bind}: {reason}") from None
+        return router, router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _close_sockets(self) -> None:
         self._router.disable_monitor()
+        self._monitor.close(linger=0)
         self._router.close(linger=0)
         for link in self._all_links():
             link.close(linger_milliseconds=LINGER_MILLISECONDS)
@@ -758,14 +860,20 @@ class Node:
         self._signal()
 
     def _signal(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _complain(self, who: str, text: str) -> None:
         """Log a refusal, at most once a second per sender."""
         now = time.monotonic()
-        if now - self._complaints.get(who, -1.0) >= 1.0:
+        if len(self._complaints) >= MAX_COMPLAINERS:
+            self._complaints = {w: at for w, at in self._complaints.items() if now - at < 1.0}
+        known = who in self._complaints
+        if not known and len(self._complaints) >= MAX_COMPLAINERS:
+            return
+        if not known or now - self._complaints[who] >= 1.0:
             self._complaints[who] = now
-            log.warning("event=refused from=%s reason=%r", who, text)
+            log.warning("event=refused from=%r reason=%r", who, text)
 
 
 def clock_hash(clock: Mapping[int, int]) -> int:

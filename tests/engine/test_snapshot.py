@@ -44,3 +44,19 @@ def test_snapshot_decompression_bomb_is_refused_by_its_claim() -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
     with pytest.raises(TrainingError, match="claims 268435456 bytes"):
         Snapshot.unpack(bytearray(b"\x01" + bomb), like=snapshot())
+
+
+def test_snapshot_for_a_peer_that_has_it_is_only_the_clock() -> None:
+    original = snapshot()
+    packed = original.pack(have=snapshot().identity)
+    assert len(packed) < 200 < len(original.pack(have=snapshot(seed=1).identity))
+    copy = Snapshot.unpack(bytearray(packed), like=snapshot())
+    assert torch.equal(copy.base, original.base) and dict(copy.clock) == dict(original.clock)
+
+
+def test_snapshot_identity_sees_every_tensor() -> None:
+    changed = snapshot()
+    changed.rest["count"].add_(1)
+    assert changed.identity != snapshot().identity
+    other = Snapshot(changed.base, changed.unit_exponent, {}, snapshot().rest, "beef")
+    assert other.identity != snapshot().identity
