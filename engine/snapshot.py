@@ -47,7 +47,8 @@ class Snapshot:
         state = xxh3_64(self.digest.encode())
         for name, tensor in sorted(self.rest.items()):
             state.update(name.encode())
-            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            state.update(flat.view(torch.uint8).numpy().tobytes())
         return state.hexdigest()
 
     def pack(self, *, have: str = "") -> bytes:
