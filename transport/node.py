@@ -375,7 +375,7 @@ class Node:
     def _receive(self, now: float) -> None:
         while self._monitor.poll(0):
             zmq.utils.monitor.recv_monitor_message(self._monitor)
-            self._complain("port", "a connection that does not speak ZMTP was refused")
+            self._complain("port", "a connection did not complete the ZMTP handshake")
         for _ in range(256):
             try:
                 routing, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -488,6 +488,7 @@ class Node:
             )
             return
         session = self._session_of(hello, now)
+        session.heard = now
         if hello.channel:
             session.data = routing
         else:
@@ -679,14 +680,17 @@ class Node:
         self._connect_links()
 
     def _connect_links(self) -> None:
-        wanting = {s.origin for s, _ in self._sessions.values() if s.wanted}
+        now = time.monotonic()
+        # A neighbour whose link closed before it was established cannot say that it wants none.
+        lately = now - self.config.peer_timeout / 4
+        wanting = {s.origin for s, _ in self._sessions.values() if s.wanted and s.heard > lately}
         edges = self._neighbours | ({self._sponsor} if self._sponsor else set())
         for origin in [
             o for o in self._links if not self._membership.alive(o) or o not in edges | wanting
         ]:
             link = self._links.pop(origin)
             link.wanted = False
-            self._send_clock(origin, link, time.monotonic())
+            self._send_clock(origin, link, now)
             link.close(linger_milliseconds=100)
             self._broadcast.link_down(origin)
         if not self._in_run:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from gossamer.engine.cli.display import display_on, new_console
 from gossamer.engine.cli.plan import Plan
@@ -24,7 +25,8 @@ class Outcome:
 def run_plan(plan: Plan) -> Outcome:
     """Run the peers of a plan, show them, pass their failures on, and write the summary."""
     console = new_console()
-    console.print(f"[bold]{plan.title}[/bold]  [dim]{plan.run_dir}[/dim]", soft_wrap=True)
+    folder = _from_here(plan.run_dir)
+    console.print(f"[bold]{plan.title}[/bold]  [dim]{folder}[/dim]", soft_wrap=True)
     supervisor = Supervisor(plan, display_on(console))
     supervisor.run()
     peers = supervisor.peers
@@ -33,7 +35,7 @@ def run_plan(plan: Plan) -> Outcome:
     write(summary, plan.run_dir / SUMMARY_FILE)
     if plan.json is not None:
         write(summary, plan.json)
-    console.print(f"[dim]summary: {plan.run_dir / SUMMARY_FILE}[/dim]", soft_wrap=True)
+    console.print(f"[dim]summary: {folder / SUMMARY_FILE}[/dim]", soft_wrap=True)
     if supervisor.interrupted is not None:
         print(f"gossamer: ended by {supervisor.interrupted.name}", file=sys.stderr)
         return Outcome(summary, 128 + supervisor.interrupted)
@@ -45,6 +47,12 @@ def run_plan(plan: Plan) -> Outcome:
             file=sys.stderr,
         )
     return Outcome(summary, status_of(peers))
+
+
+def _from_here(path: Path) -> Path:
+    """The shorter way to write a path."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _pass_failures_on(peers: list[PeerProcess]) -> None:

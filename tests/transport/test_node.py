@@ -219,13 +219,12 @@ def test_two_neighbours_that_leave_at_once_are_both_known(make_peers: MakePeers)
 
 def test_links_follow_the_overlay(make_peers: MakePeers) -> None:
     """A link that no side wants any more closes; one that is wanted stands both ways."""
-    peers = make_peers(6)
+    peers = make_peers(6, peer_timeout=6.0)
 
-    def degrees() -> list[int]:
-        return [sum(link.established for link in peer.node._links.values()) for peer in peers]
+    def links() -> list[list[bool]]:
+        return [[link.established for link in list(p.node._links.values())] for p in peers]
 
-    until(peers, lambda: degrees() == [2] * 6, 5, "two links each")
-    assert [len(peer.node._links) for peer in peers] == [2] * 6
+    until(peers, lambda: links() == [[True, True]] * 6, 8, "two links each")
 
 
 def test_traffic_counts_the_bytes_on_the_wire(make_proxy: Callable[..., Proxy]) -> None:
