@@ -5,25 +5,25 @@ It knows nothing of models and imports nothing of torch.
 """
 
 from gossamer.transport.broadcast import Update
+from gossamer.transport.config import NodeConfig
 from gossamer.transport.errors import (
     BindError,
     ProtocolError,
     TransportError,
 )
-from gossamer.transport.message import Member, Status
-from gossamer.transport.node import (
+from gossamer.transport.events import (
     Desynchronized,
     Event,
     Failed,
     MemberChanged,
-    Node,
-    NodeConfig,
     Refused,
     StateArrived,
     StateRequested,
     Welcomed,
-    clock_hash,
 )
+from gossamer.transport.message import Member, Status
+from gossamer.transport.node import Node
+from gossamer.transport.protocol import clock_hash
 
 __all__ = [
     "BindError",

@@ -1,9 +1,9 @@
-"""One neighbour: the sending side of a link, and the receiving side of the neighbour's link to us.
+"""One neighbour: the sending side of the link to it.
 
 A Link owns two DEALER sockets that connect to the neighbour's ROUTER: one for data, one for
 control, so that a heartbeat never waits behind megabytes. Data is cut into chunks and sent only
 within the byte credit that the receiver granted; both counts are cumulative, so a repeated or
-lost message does no harm. A Session is what the ROUTER's side knows of a neighbour's Link.
+lost message does no harm. What the receiver knows of a Link is a Session.
 
     Link:  connecting --Hello on control--> waiting --Welcome--> established, Hello on data
            any --Error(UNKNOWN_SESSION): the connection was new to the other side--> connecting
@@ -19,10 +19,8 @@ from dataclasses import dataclass
 import zmq
 
 from gossamer.transport.broadcast import Update
-from gossamer.transport.errors import ProtocolError
 from gossamer.transport.message import CHUNK_BYTES, Buffer, Chunk, Kind
 
-CREDIT_WINDOW_BYTES = 4 * 1024 * 1024
 HELLO_INTERVAL_SECONDS = 0.2
 ZERO_COPY_BYTES = 64 * 1024
 STALL_SECONDS = 2.0
@@ -255,33 +253,3 @@ class Link:
             return False
         self._traffic.count_sent(frame)
         return True
-
-
-@dataclass(slots=True)
-class Session:
-    """The receiving side of a neighbour's link."""
-
-    origin: int
-    session: int
-    heard: float
-    control: bytes | None = None  # routing ids of the two connections
-    data: bytes | None = None
-    wanted: bool = True
-    position: int = 0
-    granted: int = CREDIT_WINDOW_BYTES
-    echo: int = 0  # the neighbour's clock in its last Clock message, and when that came
-    echo_at: float = 0.0
-
-    def advance(self, chunk: Chunk) -> None:
-        """Count a chunk. Raises ProtocolError when it is not within the credit."""
-        if not self.position + len(chunk.payload) <= chunk.position <= self.granted:
-            raise ProtocolError(
-                f"data at position {chunk.position}, after {self.position}; "
-                f"{self.granted} bytes were granted"
-            )
-        self.position = chunk.position
-
-    def credit_due(self) -> int | None:
-        """The new grant, when it is worth a message."""
-        granted = self.position + CREDIT_WINDOW_BYTES
-        return granted if granted - self.granted >= CREDIT_WINDOW_BYTES // 4 else None

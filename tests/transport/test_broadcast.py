@@ -429,6 +429,6 @@ def test_root_outside_the_list_has_no_children() -> None:
 
 def test_clock_interval_is_shorter_than_the_first_graft() -> None:
     """Otherwise an advertisement would find its update already asked for."""
-    from gossamer.transport import broadcast, node
+    from gossamer.transport import broadcast, protocol
 
-    assert node.CLOCK_INTERVAL_SECONDS == CLOCK_SECONDS < broadcast.FIRST_GRAFT_DELAY_SECONDS
+    assert protocol.CLOCK_INTERVAL_SECONDS == CLOCK_SECONDS < broadcast.FIRST_GRAFT_DELAY_SECONDS

@@ -9,17 +9,15 @@ import pytest
 import zmq
 
 from gossamer.transport.assembly import Assembly
-from gossamer.transport.errors import ProtocolError
 from gossamer.transport.link import (
-    CREDIT_WINDOW_BYTES,
     HELLO_INTERVAL_SECONDS,
     STALL_SECONDS,
     Link,
-    Session,
     Traffic,
     Transfer,
 )
 from gossamer.transport.message import CHUNK_BYTES, Chunk, Kind, decode
+from gossamer.transport.sessions import CREDIT_WINDOW_BYTES
 
 RUN = 7
 PATIENCE_SECONDS = 5.0
@@ -261,32 +259,6 @@ def test_enqueue_bounds_the_outbox(receiver: Receiver) -> None:
     receiver.link.cancel(5)
     receiver.link.enqueue(update(200, b"again"))
     assert receiver.link.backlog(5) == 1
-
-
-def chunk_at(position: int, size: int = 100) -> Chunk:
-    return Chunk(Kind.UPDATE, 5, 1, 1, 0, 0, 0, size, 0, position, bytes(size))
-
-
-def test_session_grants_in_steps_and_not_twice() -> None:
-    session = Session(1, 2, 0.0)
-    assert session.credit_due() is None
-    session.position = CREDIT_WINDOW_BYTES // 4 - 1
-    assert session.credit_due() is None
-    session.position += 1
-    assert session.credit_due() == CREDIT_WINDOW_BYTES + session.position
-    session.granted = CREDIT_WINDOW_BYTES + session.position
-    assert session.credit_due() is None
-
-
-@pytest.mark.parametrize("position", [99, 150, 199, CREDIT_WINDOW_BYTES + 1, 1 << 63])
-def test_session_refuses_data_outside_its_credit(position: int) -> None:
-    session = Session(1, 2, 0.0)
-    session.advance(chunk_at(100))
-    with pytest.raises(ProtocolError, match="bytes were granted"):
-        session.advance(chunk_at(position))
-    assert session.position == 100
-    session.advance(chunk_at(200))
-    assert session.position == 200
 
 
 def test_traffic_counts_zmtp_framing() -> None:

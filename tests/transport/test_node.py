@@ -222,7 +222,10 @@ def test_links_follow_the_overlay(make_peers: MakePeers) -> None:
     peers = make_peers(6, peer_timeout=6.0)
 
     def links() -> list[list[bool]]:
-        return [[link.established for link in list(p.node._links.values())] for p in peers]
+        return [
+            [link.established for link in list(p.node._protocol.overlay.links.values())]
+            for p in peers
+        ]
 
     until(peers, lambda: links() == [[True, True]] * 6, 8, "two links each")
 

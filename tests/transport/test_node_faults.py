@@ -11,7 +11,7 @@ from tcp_proxy import Proxy
 from transport_peer import Peer, Process, all_training, drain, for_a_while, payload_of, until
 
 from gossamer.transport import Status
-from gossamer.transport.link import CREDIT_WINDOW_BYTES
+from gossamer.transport.sessions import CREDIT_WINDOW_BYTES
 
 
 class Stage:
@@ -274,7 +274,7 @@ def test_peer_that_one_neighbour_thinks_dead_is_told_so_and_refutes(stage: Stage
     # A forged death, as one neighbour with a broken link would spread it.
     death = [m for m in a.node.members if m.peer == "c"]
     a.node._command(
-        a.node._merge,
+        a.node._protocol._merge,
         [type(m)(m.peer, m.origin, m.endpoint, 0, m.version, Status.DEAD) for m in death],
     )
     until([a], all_see([a], "c", Status.DEAD), 2, "a thinks c dead")

@@ -14,7 +14,6 @@ import zmq
 from transport_peer import Peer, all_training, drain, payload_of, until
 
 from gossamer.transport import Member, Refused, Status
-from gossamer.transport.link import CREDIT_WINDOW_BYTES
 from gossamer.transport.message import (
     CHUNK_BYTES,
     Chunk,
@@ -32,6 +31,7 @@ from gossamer.transport.message import (
     Welcome,
     decode,
 )
+from gossamer.transport.sessions import CREDIT_WINDOW_BYTES
 
 ORIGIN = 77
 SESSION = 5
@@ -115,7 +115,7 @@ def stranger(peers: list[Peer]) -> Iterator[Stranger]:
     for one in sockets:
         one.linger = 0
         one.connect(peers[0].node.endpoint)
-    yield Stranger(sockets[0], sockets[1], peers[0].node._run)
+    yield Stranger(sockets[0], sockets[1], peers[0].node._protocol.handshake.run)
     for one in sockets:
         one.close()
     context.term()
@@ -356,7 +356,7 @@ def test_refusals_are_logged_once_a_second_and_for_so_many(
     stranger.data.send(os.urandom(100))
     messages = [record.getMessage() for record in caplog.records]
     assert 0 < len(messages) < 600
-    assert len(peers[0].node._complaints) <= 256
+    assert len(peers[0].node._protocol.complaints._logged_at) <= 256
 
 
 def test_log_line_stays_one_line_whatever_the_name(
