@@ -86,6 +86,7 @@ Sequence = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Hash = Annotated[int, Meta(ge=0)]
 ShortText = Annotated[str, Meta(max_length=128)]
 Description = Annotated[str, Meta(max_length=1024)]
+Endpoint = Annotated[str, Meta(max_length=128, pattern=r"^tcp://\S+$")]
 LongText = Annotated[str, Meta(max_length=4096)]
 
 
@@ -94,7 +95,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     peer: Annotated[str, Meta(min_length=1, max_length=64)]
     origin: Origin
-    endpoint: ShortText
+    endpoint: Endpoint
     incarnation: Sequence  # raised by the member itself, to refute its death
     version: Sequence  # raised by the member itself with each change of status
     status: Status

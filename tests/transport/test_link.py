@@ -51,7 +51,7 @@ class Receiver:
             _, session, channel = frames[0].split()
             self.hellos.append((routing, int(session), int(channel)))
             return
-        if routing != self.hellos[-1][0] or self.hellos[-1][2] == 0:
+        if not self.hellos or routing != self.hellos[-1][0] or self.hellos[-1][2] == 0:
             return  # of a connection that was given up
         run, chunk = decode(list(frames), max_total_bytes=1 << 40)
         assert run == RUN
@@ -205,6 +205,8 @@ def test_reset_in_mid_transfer_mixes_nothing_into_the_new_session(receiver: Rece
     receiver.link.enqueue(update(1, payload))
     receiver.run(chunks=3)
     receiver.link.reset(receiver.now)
+    receiver.hellos.clear()
+    receiver.wait_for_hellos(1)
     receiver.establish()
     receiver.chunks.clear()
     receiver.link.enqueue(update(1, payload))

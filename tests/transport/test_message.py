@@ -157,11 +157,12 @@ origins = st.integers(1, (1 << 63) - 1)
 sequences = st.integers(0, (1 << 32) - 1)
 hashes = st.integers(0, (1 << 64) - 1)
 short = st.text(max_size=128)
+endpoints = st.from_regex(r"tcp://[a-z0-9.]{1,20}:[0-9]{1,5}", fullmatch=True)
 members = st.builds(
     Member,
     st.text(min_size=1, max_size=64),
     origins,
-    short,
+    endpoints,
     sequences,
     sequences,
     st.sampled_from(Status),
@@ -362,7 +363,7 @@ def test_decode_refuses_control_beyond_the_limit() -> None:
     body = msgspec.msgpack.encode([[MEMBER] * 5000])
     with pytest.raises(ProtocolError, match="MEMBERS of 1 frames"):
         decode([sealed(Kind.MEMBERS, body) + body], max_total_bytes=LIMIT)
-    tiny = Members([Member("p", 1, "", 0, 0, Status.TRAINING)] * (MAX_MEMBERS + 1))
+    tiny = Members([Member("p", 1, "tcp://a:1", 0, 0, Status.TRAINING)] * (MAX_MEMBERS + 1))
     assert len(tiny.encode(RUN)) < MAX_CONTROL_BYTES
     with pytest.raises(ProtocolError, match="length"):
         decode([tiny.encode(RUN)], max_total_bytes=LIMIT)
@@ -370,7 +371,8 @@ def test_decode_refuses_control_beyond_the_limit() -> None:
 
 def test_members_of_the_greatest_length_fit_a_message() -> None:
     greatest = (1 << 32) - 1
-    row = Member("p" * 64, (1 << 63) - 1, "e" * 128, greatest, greatest, Status.DEAD, (1 << 64) - 1)
+    endpoint = "tcp://".ljust(128, "e")
+    row = Member("p" * 64, (1 << 63) - 1, endpoint, greatest, greatest, Status.DEAD, (1 << 64) - 1)
     table = Members([row] * MAX_MEMBERS)
     assert decode([table.encode(RUN)], max_total_bytes=0) == (RUN, table)
 
@@ -380,7 +382,9 @@ def test_members_of_the_greatest_length_fit_a_message() -> None:
     [
         {"peer": ""},
         {"peer": "p" * 65},
-        {"endpoint": "e" * 129},
+        {"endpoint": "tcp://".ljust(129, "e")},
+        {"endpoint": "ipc:///tmp/socket"},
+        {"endpoint": "tcp://127.0.0.1:1 tcp://127.0.0.1:2"},
         {"origin": 0},
         {"origin": 1 << 63},
         {"incarnation": 1 << 32},
