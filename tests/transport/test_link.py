@@ -201,7 +201,7 @@ def test_reset_begins_a_new_session_on_new_connections(receiver: Receiver) -> No
 
 def test_reset_in_mid_transfer_mixes_nothing_into_the_new_session(receiver: Receiver) -> None:
     payload = os.urandom(12 * CHUNK_BYTES)
-    receiver.establish()
+    receiver.establish(granted=6 * CHUNK_BYTES)  # so that it cannot end before the reset
     receiver.link.enqueue(update(1, payload))
     receiver.run(chunks=3)
     receiver.link.reset(receiver.now)
