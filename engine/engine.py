@@ -162,7 +162,7 @@ class Engine:
             self._loss = loss.detach() if isinstance(loss, Tensor) else float(loss)
             if self._loss_first is None:
                 self._loss_first = float(self._loss)
-        peers = len(exchange.contributing()) + 1
+        peers = max(1, exchange.present())
         self._bytes_dense += 2 * (peers - 1) / peers * 4 * self._parameters.flat.numel()
         exchange.turn(self._step)
         self._progress("training")

@@ -100,6 +100,10 @@ class Exchange:
         """All peers that are training, in the order that every peer agrees on."""
         return [m.peer for m in self._training()]
 
+    def present(self) -> int:
+        """How many living peers have begun, those that have finished included."""
+        return sum(m.alive and m.status is not Status.JOINING for m in self.node.members)
+
     def _training(self) -> list[Member]:
         return [m for m in self.node.members if m.status is Status.TRAINING]
 
@@ -122,15 +126,11 @@ class Exchange:
 
     def wait_for_peers(self, count: int) -> bool:
         """Serve the run until so many peers are in it; gives up, with a warning, after a while."""
-
-        def present() -> int:
-            return sum(m.alive and m.status is not Status.JOINING for m in self.node.members)
-
         came = self._wait(
-            lambda: present() >= count, time.monotonic() + self.settings.start_timeout
+            lambda: self.present() >= count, time.monotonic() + self.settings.start_timeout
         )
         if not came:
-            self.warn("peers", f"only {present()} of {count} peers have come")
+            self.warn("peers", f"only {self.present()} of {count} peers have come")
         return came
 
     def _meet(self) -> str:

@@ -70,4 +70,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     signal.signal(signal.SIGTERM, _on_terminate)
     _die_with_parent(int(sys.argv[1]))
-    run_script(Path(sys.argv[2]), sys.argv[3:])
+    try:
+        run_script(Path(sys.argv[2]), sys.argv[3:])
+    finally:
+        # From here on the interpreter only takes itself down: a signal ends that without a word.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
