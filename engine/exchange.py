@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 WARNING_INTERVAL_SECONDS = 30.0
+# What is kept for resending; who misses more fetches the shared base.
+MIN_LOG_BYTES = 64 * 1024 * 1024
+LOGGED_UPDATES = 32
 
 
 class Exchange:
@@ -63,6 +66,7 @@ class Exchange:
         self._warned: dict[str, float] = {}
         own = {"topology": settings.topology or "", "algorithm": SparseAveraging.name}
         units = -(-parameters.flat.numel() // 4096)
+        payload_bytes = settings.level.payload_bytes(parameters.flat.numel())
         rest_bytes = sum(t.numel() * t.element_size() for t in parameters.rest.values())
         config = NodeConfig(
             peer=settings.peer,
@@ -73,6 +77,7 @@ class Exchange:
             description=parameters.description,
             settings=own,
             peer_timeout=settings.peer_timeout,
+            log_bytes=max(MIN_LOG_BYTES, LOGGED_UPDATES * payload_bytes),
             max_update_bytes=4 * parameters.flat.numel() + 64 * units,
             max_state_bytes=2 * (4 * parameters.flat.numel() + units + rest_bytes) + (1 << 20),
         )
